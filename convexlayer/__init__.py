@@ -19,7 +19,7 @@ from convexlayer.lazy import attach
 if TYPE_CHECKING:
     from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
     from convexlayer.diff import DerivativeReport
-    from convexlayer.layers import ConvexLayer, Report, SolutionMap, SolvedBatch
+    from convexlayer.layers import ChunkedBatch, ConvexLayer, Report, SolutionMap, SolvedBatch
     from convexlayer.layers.canonicalize import canonicalize
     from convexlayer.solvers import Options
     from convexlayer.status import Status
@@ -29,7 +29,7 @@ else:
         {
             "canon": ["OutputSpec", "ParameterSpec", "ParametricProgram"],
             "diff": ["DerivativeReport"],
-            "layers": ["ConvexLayer", "Report", "SolutionMap", "SolvedBatch"],
+            "layers": ["ChunkedBatch", "ConvexLayer", "Report", "SolutionMap", "SolvedBatch"],
             "layers.canonicalize": ["canonicalize"],
             "status": ["Status"],
             "solvers": ["Options"],
@@ -39,6 +39,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChunkedBatch",
     "ConvexLayer",
     "ConvexLayerError",
     "DerivativeError",

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convexlayer.layers.protocol import AbstractSolvedBatch
 from convexlayer.layers.solution_map import SolutionMap
-from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array
 from convexlayer.solution import BoolArray
 from convexlayer.status import Status
@@ -138,7 +138,7 @@ class QueryResult:
 
 
 def outcome_of(
-    solved: SolvedBatch, outputs: Array, expected: Array, x_error: Array, results: Sequence[QueryResult]
+    solved: AbstractSolvedBatch, outputs: Array, expected: Array, x_error: Array, results: Sequence[QueryResult]
 ) -> Outcome:
     """The outcome of a batch, from outputs, expected outputs, errors of the outputs, and results of the queries."""
     optimal = np.array([status is Status.OPTIMAL for status in solved.report.status])
@@ -181,7 +181,7 @@ def worst(errors: Array) -> Array:
     return largest
 
 
-def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> QueryResult:
+def _reverse(solved: AbstractSolvedBatch, weight: Array, truth: Truth) -> QueryResult:
     """Query the gradient of weight'x by a vjp."""
     sizes = [value.shape for value in solved.outputs]
     ends = np.cumsum([int(np.prod(shape[1:], dtype=int)) for shape in sizes])[:-1]
@@ -193,7 +193,9 @@ def _reverse(solved: SolvedBatch, weight: Array, truth: Truth) -> QueryResult:
     return QueryResult(worst((gradient - expected) / np.where(size > 0, size, 1.0)), report.status)
 
 
-def _forward(solved: SolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]) -> QueryResult:
+def _forward(
+    solved: AbstractSolvedBatch, tangents: Sequence[Array], truth: Truth, queries: Sequence[int]
+) -> QueryResult:
     """Query the tangent of x by a jvp."""
     batch = solved.batch
     symmetric = [0.5 * (t + np.swapaxes(t, -1, -2)) if _is_matrix(t) else t for t in tangents]

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.scales.outcome import Outcome, QueryResult, outcome_of, raised
 from benchmarks.scales.programs import DATA, Programs, Units
+from convexlayer.layers.protocol import AbstractSolvedBatch
 from convexlayer.layers.solution_map import SolutionMap
-from convexlayer.layers.solved_batch import SolvedBatch
 from convexlayer.program import Array
 
 __all__ = ["AbstractQuery", "Forward", "Frame", "Reverse", "Value", "answer"]
@@ -45,7 +45,7 @@ class AbstractQuery(ABC):
     exists: bool
 
     @abstractmethod
-    def run(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
+    def run(self, solved: AbstractSolvedBatch, frame: Frame) -> QueryResult:
         """Compute the derivative and its error."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Reverse(AbstractQuery):
     gradient: Array
     exists: bool = True
 
-    def run(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
+    def run(self, solved: AbstractSolvedBatch, frame: Frame) -> QueryResult:
         """Compute the gradient by a vjp, and its error."""
         parts = np.split(self.weight * frame.outputs, frame.ends, axis=1)
         pulled, report = solved.vjp(parts, wrt=[name in self.wrt for name in DATA])
@@ -98,7 +98,7 @@ class Value(AbstractQuery):
     gradient: Array
     exists: bool = True
 
-    def run(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
+    def run(self, solved: AbstractSolvedBatch, frame: Frame) -> QueryResult:
         """Compute the gradient by a vjp of the objective, and its error."""
         pulled, report = solved.vjp(
             [*[None] * len(solved.outputs), 1.0 / frame.objective], wrt=[name in self.wrt for name in DATA]
@@ -127,7 +127,7 @@ class Forward(AbstractQuery):
     moved: Array
     exists: bool = True
 
-    def run(self, solved: SolvedBatch, frame: Frame) -> QueryResult:
+    def run(self, solved: AbstractSolvedBatch, frame: Frame) -> QueryResult:
         """Compute the tangent by a jvp, and its error."""
         inward = [None if t is None else t * unit for t, unit in zip(self.tangents, frame.data, strict=True)]
         (*moved, _), report = solved.jvp(inward)

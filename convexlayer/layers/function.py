@@ -25,8 +25,9 @@ from convexlayer.layers.protocol import (
     AbstractSolutionMap,
     AbstractSolvedBatch,
 )
+from convexlayer.layers.rounds import Derivative, in_rounds, wanted
 from convexlayer.layers.vmap_rules import Tensors, flattened, is_transformed, is_wrapped, unwrapped
-from convexlayer.program import Array, IndexArray
+from convexlayer.program import Array
 from convexlayer.runtime.buffers import empty
 
 __all__ = ["Call", "solve"]
@@ -236,9 +237,9 @@ class _Vjp(_Derivative):
         start = time.perf_counter()
         cotangents = [None if c is None else _array(c) for c in rest[: -len(wrt)]]
         if per_element:
-            gradients, report = _in_rounds(element, solved.batch, cotangents, partial(solved.vjp, wrt=wrt))
+            gradients, report = _by_element(element, solved, cotangents, lambda part, rows: part.vjp(rows, wrt=wrt))
         else:
-            gradients, report = _wanted(solved.vjp(cotangents, wrt=wrt, per_element=False))
+            gradients, report = wanted(solved.vjp(cotangents, wrt=wrt, per_element=False))
         call.differentiated(report, start)
         return tuple(_tensor(gradient, call.kind, own=True) for gradient in gradients)
 
@@ -256,7 +257,7 @@ class _Jvp(_Derivative):
     def forward(call: Call, solved: AbstractSolvedBatch, element: torch.Tensor, *rest: Any) -> Tensors:
         start = time.perf_counter()
         tangents = [None if t is None else _array(t) for t in rest[: len(rest) // 2]]
-        outputs, report = _in_rounds(element, solved.batch, tangents, solved.jvp)
+        outputs, report = _by_element(element, solved, tangents, lambda part, rows: part.jvp(rows))
         call.differentiated(report, start)
         return tuple(_tensor(output, call.kind) for output in outputs)
 
@@ -301,51 +302,13 @@ for _function in (_Solve, _Vjp, _Jvp):
     setattr(_function.forward, "__signature__", _Positional())  # noqa: B010 (unknown to mypy)
 
 
-Derivative = Callable[[list[Array | None]], tuple[tuple[Array | None, ...], Any]]
-"""A derivative of a whole batch: from rows (B, ...) to results (B, ...), with a report."""
-
-
-def _in_rounds(
-    elements: torch.Tensor, batch: int, rows: list[Array | None], derivative: Derivative
+def _by_element(
+    element: torch.Tensor, solved: AbstractSolvedBatch, rows: list[Array | None], derivative: Derivative
 ) -> tuple[tuple[Array, ...], Any]:
-    """Apply a derivative to rows of the given elements, in rounds with at most one row per element.
-
-    Returns:
-        The results that are not None, one row per row of ``elements``, and the worst report of all rounds.
-    """
-    if len(elements) == batch == 1:
-        return _wanted(derivative(rows))
-    element: IndexArray = elements.detach().cpu().numpy().astype(np.int64)
-    if len(element) == batch and np.array_equal(element, np.arange(batch)):
-        return _wanted(derivative(rows))
-    order = np.argsort(element, kind="stable")
-    ranked = element[order]
-    turn = np.empty(len(element), dtype=np.int64)
-    turn[order] = np.arange(len(element)) - np.searchsorted(ranked, ranked)
-    results: tuple[Array, ...] = ()
-    worst: Any = None
-    for number in range(int(turn.max(initial=0)) + 1):  # at least one round, to learn the shapes
-        chosen = np.flatnonzero(turn == number)
-        placed: list[Array | None] = []
-        for value in rows:
-            if value is None:
-                placed.append(None)
-            else:
-                spread = np.zeros((batch, *value.shape[1:]))
-                spread[element[chosen]] = value[chosen]
-                placed.append(spread)
-        answers, report = _wanted(derivative(placed))
-        worst = report if worst is None else worst.worse(report)
-        results = results or tuple(np.zeros((len(element), *answer.shape[1:])) for answer in answers)
-        for result, answer in zip(results, answers, strict=True):
-            result[chosen] = answer[element[chosen]]
-    return results, worst
-
-
-def _wanted(results: tuple[tuple[Array | None, ...], Any]) -> tuple[tuple[Array, ...], Any]:
-    """The results of a derivative that were asked for, and its report."""
-    values, report = results
-    return tuple(value for value in values if value is not None), report
+    """``in_rounds`` for a tensor of elements."""
+    if len(element) == solved.batch == 1:
+        return wanted(derivative(solved, rows))
+    return in_rounds(element.detach().cpu().numpy().astype(np.int64), solved, rows, derivative)
 
 
 def _kind(theta: Any) -> _Kind:

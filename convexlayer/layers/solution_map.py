@@ -15,8 +15,10 @@ from convexlayer.arguments import check_bool, check_kind
 from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
 from convexlayer.certificate import ComplementaryPoint
 from convexlayer.diff import KKTFactor, KKTSystem, derivative_mode, polished
-from convexlayer.errors import ProblemError, ShapeError, SolverError
+from convexlayer.errors import ProblemError, SolverError
 from convexlayer.layers.choice import ResolvedSolver, checked_device, choose, fastest
+from convexlayer.layers.chunked_batch import ChunkedBatch, solve_in_chunks
+from convexlayer.layers.chunks import Chunks, element_bytes
 from convexlayer.layers.component_solver import ComponentSolver
 from convexlayer.layers.convexity import convexity_is_unproven
 from convexlayer.layers.final_status import unproved_claims, unsettled, with_certificates
@@ -24,7 +26,8 @@ from convexlayer.layers.instantiation import Instances, instantiate, scatter_to_
 from convexlayer.layers.report import Report
 from convexlayer.layers.scaling import Scaling, differentiate_scaled
 from convexlayer.layers.solved_batch import SolvedBatch
-from convexlayer.program import Array, ConeProgram, IndexArray
+from convexlayer.layers.warm_start import checked_size, starting_points
+from convexlayer.program import Array, ConeProgram
 from convexlayer.solution import Residuals, Solution
 from convexlayer.solvers import Clock, Options
 from convexlayer.solvers.auto import candidates
@@ -108,6 +111,7 @@ class SolutionMap:
         self._tuning = threading.Lock()
         self._system = KKTSystem(program.structure, device=self._device)
         self._mode = derivative_mode(derivative)
+        self._element_bytes = element_bytes(program)
 
     def __reduce__(self) -> tuple[Callable[..., SolutionMap], tuple[Any, ...]]:
         tuned = None if self._tuned is None else (self._tuned.solver.name, self._tuned.reason)
@@ -150,11 +154,12 @@ class SolutionMap:
         options: Options | Mapping[str, Any] | None = None,
         warm_start: Report | None = None,
         differentiable: bool = True,
-    ) -> SolvedBatch:
+    ) -> SolvedBatch | ChunkedBatch:
         """Solve for a batch of parameters.
 
         Elements whose values are not finite or violate a parameter's attributes are not solved: their status is
-        ``invalid``, and the report's ``details`` give the reason.
+        ``invalid``, and the report's ``details`` give the reason. A huge batch is solved and differentiated in chunks
+        (see ``Options.chunk_size``).
 
         Args:
             theta: one array per parameter, of its shape or with one additional leading batch axis.
@@ -169,14 +174,20 @@ class SolutionMap:
             ProblemError: an argument has the wrong type.
             SolverError: the solver does not know an option.
         """
-        chosen = self._with_device(Options.of(options, self.options))
+        chosen = Options.of(options, self.options)
+        chunks = Chunks.of(self.program, theta, chosen, self._element_bytes)
+        if chunks is not None:
+            return solve_in_chunks(
+                self.program, chunks, self.solve, self._resumed, options=chosen, warm_start=warm_start
+            )
+        chosen = self._with_device(chosen)
         clock = Clock(chosen.time_limit_s)
         given = self._instantiate(theta)
         scaling, own = Scaling.of(given.program, given.divisor)
         instantiated = time.perf_counter()
         part, valid = valid_part(own, given.invalid)
         by = self._solver_for(part, chosen)
-        start, cold = self._start(warm_start, by, own.batch, valid, scaling)
+        start, cold = starting_points(warm_start, by.solver, own.structure, valid, scaling)
         limited = clock.applied(chosen)
         solution = by.solver.solve(by.state, part, limited, start) if part.batch else _empty_solution(part)
         solved, raw = time.perf_counter(), solution
@@ -204,10 +215,7 @@ class SolutionMap:
         )
         same = not again and bool(np.all(solution.solved))  # else factor and point belong to other solutions
         factor, found = (factor, point) if same and differentiable else (None, None)
-        differentiate = partial(
-            differentiate_scaled, self._mode, self._system, scaling, own, solution, factor=factor, point=found
-        )
-        return SolvedBatch(self.program, differentiate, given.features, objective, report, batched=given.batched)
+        return self._differentiable(given, scaling, own, solution, report, factor=factor, point=found)
 
     def at(
         self, theta: Sequence[Array], solution: Solution, *, options: Options | Mapping[str, Any] | None = None
@@ -227,7 +235,7 @@ class SolutionMap:
         check_kind("solution", solution, Solution, "a Solution, such as a report's ``solution``")
         given = self._instantiate(theta)
         scaling, own = Scaling.of(given.program, given.divisor)
-        held = scaling.scale_solution(self._checked_size(solution, own.batch, "solution"))
+        held = scaling.scale_solution(checked_size(solution, own.structure, own.batch, "solution"))
         certified, residuals = held.certified(own, Options.of(options, self.options).tol)
         for i in sorted(given.invalid):
             if solution.status[i].solved:
@@ -251,48 +259,36 @@ class SolutionMap:
             solution=solution,
             details=given.invalid,
         )
-        differentiate = partial(differentiate_scaled, self._mode, self._system, scaling, own, held)
+        return self._differentiable(given, scaling, own, held, report)
+
+    def _resumed(self, theta: Sequence[Array], report: Report) -> SolvedBatch:
+        """The batch of a report of this map for these parameters, as ``at`` without verification."""
+        given = self._instantiate(theta)
+        scaling, own = Scaling.of(given.program, given.divisor)
+        return self._differentiable(given, scaling, own, scaling.scale_solution(report.solution), report)
+
+    def _differentiable(
+        self,
+        given: Instances,
+        scaling: Scaling,
+        own: ConeProgram,
+        solution: Solution,
+        report: Report,
+        **found: Any,
+    ) -> SolvedBatch:
+        """A solved batch from the scaled programs ``own``, their solutions, and what was found beside them."""
+        differentiate = partial(differentiate_scaled, self._mode, self._system, scaling, own, solution, **found)
+        objective = np.asarray(report.objective)
         return SolvedBatch(self.program, differentiate, given.features, objective, report, batched=given.batched)
 
     def _instantiate(self, theta: Sequence[Array]) -> Instances:
         checked = self._check_attributes
         return instantiate(self.program, theta, attributes=checked, curvature=checked and self._convexity_is_unproven)
 
-    def _start(
-        self,
-        warm_start: Report | None,
-        by: ResolvedSolver,
-        batch: int,
-        valid: IndexArray | None,
-        scaling: Scaling,
-    ) -> tuple[Solution | None, str | None]:
-        """The starting point of each element, or the reason why the given warm start is not used."""
-        if warm_start is None:
-            return None, None
-        check_kind("warm_start", warm_start, Report, "the Report of an earlier call, or None")
-        solution = warm_start.solution
-        self._checked_size(solution, len(solution.x), "warm_start")
-        if not by.solver.supports_warm_start:
-            return None, f"solver {by.solver.name!r} cannot start from a given point"
-        if len(solution.x) != batch:
-            return None, f"the warm start has {len(solution.x)} elements, this batch {batch}"
-        start = scaling.scale_solution(solution)
-        return (start if valid is None else start.select(valid)), None
-
     def _objective(self, residuals: Residuals, solution: Solution, scaling: Scaling) -> Array:
         """Objective values of the problem (B,) from those of the scaled programs; NaN without a solution."""
         reached = self.program.objective.value(residuals.objective * scaling.c)
         return reached if solution.all_optimal else np.where(solution.solved, reached, np.nan)
-
-    def _checked_size(self, solution: Solution, batch: int, name: str) -> Solution:
-        """Check the size of a solution that was passed as the argument ``name``."""
-        expected = (batch, self.program.structure.n), (batch, self.program.structure.m)
-        if (solution.x.shape, solution.y.shape) != expected:
-            raise ShapeError(
-                f"{name} must come from a call of this layer with {batch} elements, got {solution.x.shape[0]} elements "
-                f"of {solution.x.shape[1]} variables"
-            )
-        return solution
 
     def _certified(self, program: ConeProgram, solution: Solution, options: Options, clock: Clock) -> _Certified:
         """Polish solutions if the options ask for it, and set each status by the residuals."""

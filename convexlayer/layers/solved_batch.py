@@ -8,10 +8,9 @@ from typing import Any, final
 
 import numpy as np
 
-from convexlayer.arguments import as_array
-from convexlayer.canon import OutputSpec, ParameterSpec, ParametricProgram
+from convexlayer.canon import ParametricProgram
 from convexlayer.diff import AbstractDifferentiator, DerivativeReport, SolutionCotangent, SolutionTangent
-from convexlayer.errors import ShapeError
+from convexlayer.layers.derivative_arguments import checked_arrays, checked_mask, result_specs, with_last
 from convexlayer.layers.outputs import OutputChange
 from convexlayer.layers.report import Report
 from convexlayer.program import Array, IndexArray, ProgramCotangent
@@ -98,9 +97,9 @@ class SolvedBatch:
             ShapeError: the wrong number of cotangents or entries of ``wrt``, or a cotangent of the wrong shape.
         """
         program, features = self._program, self._solved_rows(self._features)
-        wanted = _mask("wrt", wrt, len(program.parameters))
-        *at_outputs, at_objective = self._checked(
-            "cotangents", _with_last(cotangents, None, self._results), self._results
+        wanted, results = checked_mask("wrt", wrt, len(program.parameters)), result_specs(program)
+        *at_outputs, at_objective = checked_arrays(
+            "cotangents", with_last(cotangents, None, results), results, self.batch
         )
         columns = None if all(wanted) else program.features.mask_of(wanted)
         moved: list[Array] = []
@@ -146,8 +145,9 @@ class SolvedBatch:
             ShapeError: the wrong number of tangents or entries of ``of``, or a tangent of the wrong shape.
         """
         program, recovery = self._program, self._program.recovery
-        wanted = _mask("of", None if of is None else _with_last(of, True, self._results), len(self._results))
-        values = self._checked("tangents", tangents, program.parameters, shared=True)
+        results = result_specs(program)
+        wanted = checked_mask("of", None if of is None else with_last(of, True, results), len(results))
+        values = checked_arrays("tangents", tangents, program.parameters, self.batch, shared=True)
         features = self._solved_rows(self._features)
         push = self._solved_rows(program.features.push(self._features, values))
         data = program.push(features, push)
@@ -164,33 +164,10 @@ class SolvedBatch:
             *recovery.push(self._point, self._values, (push, dx, dy)),
             self._slope * self._value_cotangent(np.ones(len(features))).inner(data),
         )
-        results = tuple(
+        moved_results = tuple(
             self._scatter(value, fill=np.nan) if want else None for value, want in zip(pushed, wanted, strict=True)
         )
-        return results, self._report(reports)
-
-    def _checked(
-        self,
-        what: str,
-        values: Sequence[Array | None],
-        specs: Sequence[ParameterSpec | OutputSpec],
-        *,
-        shared: bool = False,
-    ) -> list[Array | None]:
-        """Convert cotangents or tangents to arrays and check their shapes; with ``shared``, the batch axis may lack."""
-        if len(values) != len(specs):
-            named = ", ".join(spec.name for spec in specs)
-            raise ShapeError(f"expected {len(specs)} {what} (for {named}), got {len(values)}")
-        arrays: list[Array | None] = []
-        for spec, value in zip(specs, values, strict=True):
-            if value is None:
-                arrays.append(None)
-                continue
-            array, whole = as_array(f"{what} of {spec.name!r}", value), (self.batch, *spec.shape)
-            if array.shape != whole and not (shared and array.shape == spec.shape):
-                raise ShapeError(f"{what} of {spec.name!r}: expected shape {whole}, got {array.shape}")
-            arrays.append(array)
-        return arrays
+        return moved_results, self._report(reports)
 
     @cached_property
     def _solved_index(self) -> IndexArray:
@@ -212,11 +189,6 @@ class SolvedBatch:
     def _any_solved(self) -> bool:
         """Whether some element has a solution."""
         return self.batch > 0 and (self._all_solved or len(self._solved_index) > 0)
-
-    @cached_property
-    def _results(self) -> tuple[OutputSpec, ...]:
-        """The outputs, and the objective value."""
-        return (*self._program.outputs, OutputSpec("objective", ()))
 
     @cached_property
     def _solved_part(self) -> Solution:
@@ -276,18 +248,6 @@ class SolvedBatch:
             consistent=consistent,
             status=tuple(status.tolist()),
         )
-
-
-def _with_last(given: Sequence[Any], last: Any, results: Sequence[OutputSpec]) -> Sequence[Any]:
-    """Append the entry of the objective value if it was left out."""
-    return [*given, last] if len(given) == len(results) - 1 else given
-
-
-def _mask(name: str, given: Sequence[bool] | None, size: int) -> list[bool]:
-    """The mask ``given``, checked; all by default."""
-    if given is not None and len(given) != size:
-        raise ShapeError(f"expected {size} entries in {name}, got {len(given)}")
-    return [True] * size if given is None else list(given)
 
 
 def _column(mask: Any, value: Array) -> Any:

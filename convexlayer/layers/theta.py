@@ -78,7 +78,7 @@ def invalid_values(spec: ParameterSpec, value: Array, *, attributes: bool) -> di
     if finite and (not attributes or not spec.attributes or not value.size):
         return {}
     elements = value.reshape(-1, *spec.shape)
-    wrong = {} if finite else _not_finite(spec, value, elements)
+    wrong = {} if finite else _not_finite(spec, elements)
     if not attributes:
         return wrong
     good = np.setdiff1d(np.arange(len(elements)), list(wrong)) if wrong else np.arange(len(elements))
@@ -109,13 +109,16 @@ def with_substitutes(specs: Sequence[ParameterSpec], values: Sequence[Array], in
     return substitutes
 
 
-def _not_finite(spec: ParameterSpec, value: Array, elements: Array) -> dict[int, str]:
-    """Error messages that name the first nonfinite entry of each element, by position."""
+def _not_finite(spec: ParameterSpec, elements: Array) -> dict[int, str]:
+    """Error messages that name the first nonfinite entry of each element, by position.
+
+    An entry is named by its place in its element: the element may have another position in the caller's batch.
+    """
     wrong: dict[int, str] = {}
     for place in np.argwhere(~np.isfinite(elements)).tolist():
-        where = place if value.ndim > len(spec.shape) else place[1:]
-        message = f"parameter {spec.name!r} is not finite: entry {where} is {elements[tuple(place)]}"
-        wrong.setdefault(place[0], message if where else f"parameter {spec.name!r} is not finite: it is {float(value)}")
+        element, *entry = place
+        where = f"entry {entry}" if entry else "it"
+        wrong.setdefault(element, f"parameter {spec.name!r} is not finite: {where} is {elements[tuple(place)]}")
     return wrong
 
 

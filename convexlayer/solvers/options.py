@@ -34,6 +34,9 @@ class Options:
         polish: whether to refine solutions to double precision by Newton steps.
         solver_options: raw options by solver, such as ``{"clarabel": {"max_step_fraction": 0.9}}``; they override the
             other options.
+        chunk_size: number of elements that a call, and each derivative, computes at a time; None for whole batches as
+            long as they fit in a memory budget, and else the size that a smaller budget allows (``layers/chunks.py``).
+        progress: whether to compute in chunks with progress bars of the solve and of derivatives on standard error.
     """
 
     tol: float = 1e-8
@@ -41,6 +44,8 @@ class Options:
     time_limit_s: float | None = None
     polish: bool = True
     solver_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chunk_size: int | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -54,12 +59,15 @@ class Options:
             check_kind("max_iter", self.max_iter, INTEGER, "an integer, or None")
         if self.time_limit_s is not None:
             check_kind("time_limit_s", self.time_limit_s, REAL, "a number of seconds, or None")
+        if self.chunk_size is not None:
+            check_kind("chunk_size", self.chunk_size, INTEGER, "a number of elements, or None")
         check_bool("polish", self.polish)
+        check_bool("progress", self.progress)
         raw = "a mapping from solver names to mappings of options"
         check_kind("solver_options", self.solver_options, Mapping, raw)
         for solver, options in self.solver_options.items():
             check_kind(f"solver_options[{solver!r}]", options, Mapping, "a mapping of the solver's options")
-        for name in ("tol", "max_iter", "time_limit_s"):
+        for name in ("tol", "max_iter", "time_limit_s", "chunk_size"):
             value = getattr(self, name)
             if isinstance(value, np.generic):  # some solvers reject NumPy scalars
                 object.__setattr__(self, name, value.item())
@@ -69,6 +77,8 @@ class Options:
             raise SolverError(f"max_iter must be at least 1, got {self.max_iter!r}")
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise SolverError(f"time_limit_s must be positive, got {self.time_limit_s!r}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise SolverError(f"chunk_size must be at least 1, got {self.chunk_size!r}")
 
     @staticmethod
     def of(options: Options | Mapping[str, Any] | None, default: Options) -> Options:

@@ -33,13 +33,13 @@ BELOW = x <= 1
 PROBLEM = cp.Problem(cp.Minimize(cp.quad_form(x, P) - 2 * c @ x + w * cp.norm1(x)), [BELOW])
 
 WRONG: dict[str, tuple[int, Any, str]] = {
-    "nan": (0, [0.0, np.nan, 0.0], r"parameter 'c' is not finite: entry \[1, 1\] is nan"),
-    "inf": (0, [np.inf, 0.0, 0.0], r"parameter 'c' is not finite: entry \[1, 0\] is inf"),
-    "nan in a scalar": (1, np.nan, r"parameter 'w' is not finite: entry \[1\] is nan"),
+    "nan": (0, [0.0, np.nan, 0.0], r"parameter 'c' is not finite: entry \[1\] is nan"),
+    "inf": (0, [np.inf, 0.0, 0.0], r"parameter 'c' is not finite: entry \[0\] is inf"),
+    "nan in a scalar": (1, np.nan, r"parameter 'w' is not finite: it is nan"),
     "sign": (1, -0.25, r"parameter 'w' is declared nonneg, but the value violates that by 0.25; change the value"),
     "indefinite": (2, np.diag([1.0, -0.5, 1.0]), r"parameter 'P' is declared PSD, but the value violates that by 0.5"),
     "asymmetric": (2, [[1, 1, 0], [0, 1, 0], [0, 0, 1]], r"parameter 'P' is declared PSD, but .* violates that by 1;"),
-    "nan in a matrix": (2, np.full((3, 3), np.nan), r"parameter 'P' is not finite: entry \[1, 0, 0\] is nan"),
+    "nan in a matrix": (2, np.full((3, 3), np.nan), r"parameter 'P' is not finite: entry \[0, 0\] is nan"),
 }
 EVERYTHING_WRONG = pytest.mark.parametrize("wrong", WRONG)
 
@@ -107,7 +107,7 @@ def test_the_error_carries_the_other_outputs_and_the_reason(wrong: str) -> None:
 @EVERYTHING_WRONG
 def test_an_invalid_element_without_a_batch(wrong: str) -> None:
     tensors = [t.detach()[1].requires_grad_() for t in values(wrong)]
-    message = WRONG[wrong][2].replace(r"entry \[1\]", "it").replace(r"\[1, ", r"\[")
+    message = WRONG[wrong][2]
     with pytest.raises(ProblemError, match=f"^{message}"):
         layer()(*tensors)
     outputs, report = layer(on_failure="nan").solve(*tensors)

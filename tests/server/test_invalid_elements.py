@@ -62,8 +62,8 @@ def with_invalid_element(values: dict[str, Array], name: str, value: float) -> d
     ("name", "value", "said"),
     [
         ("lam", -0.5, "parameter 'lam' is declared nonneg, but the value violates that by 0.5"),
-        ("b", np.nan, "parameter 'b' is not finite: entry [1, 0] is nan"),
-        ("b", np.inf, "parameter 'b' is not finite: entry [1, 0] is inf"),
+        ("b", np.nan, "parameter 'b' is not finite: entry [0] is nan"),
+        ("b", np.inf, "parameter 'b' is not finite: entry [0] is inf"),
     ],
 )
 def test_invalid_values_fail_their_element_alone(

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import final
 
-from convexlayer.layers import SolvedBatch
+from convexlayer.layers.protocol import AbstractSolvedBatch
 
 from ..documents.grammar import Grammar
 from ..errors import RequestError
@@ -48,7 +48,7 @@ class Executor:
         self._problems: LRUCache[str, tuple[CanonicalProblem, ProblemSolver]] = LRUCache(
             settings.max_cached_size, settings.cached_problems, keep_last=True
         )
-        self._batches: LRUCache[str, SolvedBatch] = LRUCache(settings.state_bytes)
+        self._batches: LRUCache[str, AbstractSolvedBatch] = LRUCache(settings.state_bytes)
 
     def execute(self, work: WorkItem) -> WorkResult:
         """Canonicalise the problem if necessary, then compute. Errors are returned, never raised."""
@@ -87,11 +87,11 @@ class Executor:
         solver = ProblemSolver(problem, self._device)
         return problem, solver, self._problems.put(work.problem_id, (problem, solver), problem.size)
 
-    def _cached(self, request: ComputeRequest) -> SolvedBatch | None:
+    def _cached(self, request: ComputeRequest) -> AbstractSolvedBatch | None:
         return self._batches.get(request.state) if isinstance(request.state, str) else None
 
     def _cache(
-        self, problem: CanonicalProblem, request: ComputeRequest, batch: SolvedBatch
+        self, problem: CanonicalProblem, request: ComputeRequest, batch: AbstractSolvedBatch
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Cache a solved batch if its request says so; return its key, and the keys that were evicted for it."""
         state = request.state
@@ -102,7 +102,7 @@ class Executor:
         return ((key,) if key in self._batches else ()), tuple(each for each in evicted if each != key)
 
 
-def _size_bytes(problem: CanonicalProblem, batch: SolvedBatch) -> int:
+def _size_bytes(problem: CanonicalProblem, batch: AbstractSolvedBatch) -> int:
     """Estimate the bytes of a solved batch with its factor: dense, or sparse with fill-in, whichever is smaller."""
     structure = problem.program.structure
     order = structure.n + structure.m

@@ -19,7 +19,7 @@ import numpy as np
 from convexlayer.diff import DerivativeReport
 from convexlayer.errors import DerivativeError as LibraryDerivativeError
 from convexlayer.errors import ProblemError, SolverError
-from convexlayer.layers import SolvedBatch
+from convexlayer.layers.protocol import AbstractSolvedBatch
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 
@@ -76,8 +76,8 @@ class ProblemSolver:
         self._iterations: dict[str, deque[float]] = {}
 
     def compute(
-        self, request: ComputeRequest, solved: SolvedBatch | None = None, *, merged: bool = False
-    ) -> tuple[ComputeResult, SolvedBatch, bool]:
+        self, request: ComputeRequest, solved: AbstractSolvedBatch | None = None, *, merged: bool = False
+    ) -> tuple[ComputeResult, AbstractSolvedBatch, bool]:
         """Return the result, its solved batch, and whether the limit of merged solves stopped an element.
 
         Args:
@@ -123,7 +123,7 @@ class ProblemSolver:
         )
         return result, solved, stopped
 
-    def _solve(self, request: ComputeRequest, operands: _Operands, *, merged: bool) -> tuple[SolvedBatch, bool]:
+    def _solve(self, request: ComputeRequest, operands: _Operands, *, merged: bool) -> tuple[AbstractSolvedBatch, bool]:
         """Solve; return the batch, and whether the limit of merged solves stopped an element."""
         requested = request.options
         options = {name: getattr(requested, name) for name in ("tol", "max_iter", "time_limit_s")}
@@ -138,7 +138,7 @@ class ProblemSolver:
         history.append(float(np.median(solved.report.iterations)))
         return solved, limited and Status.ITERATION_LIMIT in solved.report.status
 
-    def _resume(self, request: ComputeRequest, state: PortableState, operands: _Operands) -> SolvedBatch:
+    def _resume(self, request: ComputeRequest, state: PortableState, operands: _Operands) -> AbstractSolvedBatch:
         """Return the solved batch of a state; a state of one element serves all elements of the directions."""
         times = operands.batch // len(state.status)
         x, y, s = (np.repeat(values, times, axis=0) if times > 1 else values for values in (state.x, state.y, state.s))
@@ -149,7 +149,7 @@ class ProblemSolver:
         return solution_map.at(operands.theta, solution, options=tol)
 
     def _outputs(
-        self, request: ComputeRequest, solved: SolvedBatch, directions: Mapping[str, Array]
+        self, request: ComputeRequest, solved: AbstractSolvedBatch, directions: Mapping[str, Array]
     ) -> tuple[dict[str, Array], Array | None, DerivativeReport | None]:
         """Return arrays by name, objective values or their tangents, and the derivative's report."""
         names, specs = self._problem.names, self._problem.program.parameters
@@ -205,7 +205,7 @@ def _portable_state(solution: Solution, status: tuple[str, ...]) -> PortableStat
     return PortableState(digest="", x=x, y=y, s=s, status=status)
 
 
-def _check_cotangents(cotangents: Mapping[str, Array], solved: SolvedBatch) -> None:
+def _check_cotangents(cotangents: Mapping[str, Array], solved: AbstractSolvedBatch) -> None:
     """Check that the cotangents of solved elements are finite; as in the layer, those of other elements are ignored."""
     usable = np.ones(solved.batch, dtype=bool)
     usable[list(solved.report.failed)] = False
