@@ -136,7 +136,7 @@ def test_wrong_arguments_are_refused_as_by_a_whole_batch(call: Callable[[Any], A
 
 
 def test_failed_elements_have_their_positions_in_the_whole_batch() -> None:
-    theta = np.tile([0.0, 1.0], (BATCH, 1)) + np.arange(BATCH)[:, None]
+    theta = np.tile([0.0, 1.0], (BATCH, 1)) + np.arange(float(BATCH))[:, None]
     theta[5] = 6.0, 5.0
     theta[8, 1] = np.nan
     theta[9] = np.inf
