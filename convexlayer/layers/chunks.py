@@ -69,6 +69,8 @@ class Chunks(NamedTuple):
             ProblemError: a value is not an array of real numbers.
         """
         limit = options.chunk_size or WHOLE_BYTES // bytes_each
+        if not isinstance(theta, Sequence):  # refused, or read once, by who computes it whole
+            return None
         if not options.progress and all(_leading(value) <= limit for value in theta):  # without a conversion
             return None
         values = as_values(program.parameters, theta)
@@ -117,7 +119,7 @@ def _leading(value: Any) -> int:
     shape = getattr(value, "shape", None)
     if shape is None:
         return len(value) if isinstance(value, Sequence) else 0
-    return shape[0] if shape else 0
+    return shape[0] if isinstance(shape, tuple) and shape else 0
 
 
 def _aligned(size: int) -> int:

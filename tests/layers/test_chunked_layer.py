@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from convexlayer import ConvexLayer, FailedElementsError
-from convexlayer.layers import solution_map
+from convexlayer.layers import scaling
 from tests.families import Family, family
 
 from .running import run
@@ -50,7 +51,7 @@ def test_outputs_gradients_and_report(name: str, shared: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["jacrev", "jacfwd", "vmap", "vmap of grad", "jvp"])
 def test_transforms(mode: str) -> None:
-    case, results = family("quadratic"), []
+    case, results = family("quadratic"), list[Any]()
     first, *rest = detached(case, BATCH)
     others = [value[0] for value in rest]
     for layer in layers(case):
@@ -61,15 +62,14 @@ def test_transforms(mode: str) -> None:
         def loss(value: torch.Tensor, layer: ConvexLayer = layer) -> torch.Tensor:
             return layer(value, *others)[0].square().sum()
 
-        results.append(
-            {
-                "jacrev": lambda: torch.func.jacrev(solution)(first),
-                "jacfwd": lambda: torch.func.jacfwd(solution)(first),
-                "vmap": lambda: torch.func.vmap(solution)(first),
-                "vmap of grad": lambda: torch.func.vmap(torch.func.grad(loss))(first),
-                "jvp": lambda: torch.func.jvp(solution, (first,), (torch.ones_like(first),))[1],
-            }[mode]()
-        )
+        transformed: dict[str, Callable[[], Any]] = {
+            "jacrev": lambda: torch.func.jacrev(solution)(first),
+            "jacfwd": lambda: torch.func.jacfwd(solution)(first),
+            "vmap": lambda: torch.func.vmap(solution)(first),
+            "vmap of grad": lambda: torch.func.vmap(torch.func.grad(loss))(first),
+            "jvp": lambda: torch.func.jvp(solution, (first,), (torch.ones_like(first),))[1],
+        }
+        results.append(transformed[mode]())
     torch.testing.assert_close(results[1], results[0], **ROUNDED)
 
 
@@ -79,13 +79,13 @@ def test_a_jacobian_rebuilds_each_chunk_once(monkeypatch: pytest.MonkeyPatch) ->
     layer = layers(case)[1]
     first, *rest = detached(case, BATCH)
     others = [value[0] for value in rest]
-    differentiate = solution_map.differentiate_scaled
+    differentiate = scaling.differentiate_scaled
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         built.append(len(arguments[4].x))
         return differentiate(*arguments, **keywords)
 
-    monkeypatch.setattr(solution_map, "differentiate_scaled", counted)
+    monkeypatch.setattr("convexlayer.layers.solution_map.differentiate_scaled", counted)
     jacobian = torch.func.jacrev(lambda value: layer(value, *others)[0])(first)
     assert jacobian.shape == (BATCH, 4, BATCH, 4)
     assert built == [2, 2, 2]
@@ -101,7 +101,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("policy", ["nan", "keep", "raise"])
 def test_failed_elements(policy: str) -> None:
-    case, results = family("quadratic"), []
+    case, results = family("quadratic"), list[Any]()
     for layer in layers(case, on_failure=policy):
         tensors = [t.detach() for t in case.tensors(BATCH)]
         tensors[0][3] = float("nan")
