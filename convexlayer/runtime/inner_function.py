@@ -62,11 +62,27 @@ class _Translator(Compiler):  # type: ignore[misc]
 
 
 class _Translation(JITCodeLibrary):  # type: ignore[misc]
-    """Code of an inner function in LLVM's intermediate language, and of those that it calls."""
+    """Code of an inner function in LLVM's intermediate language."""
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
+    def finalize(self) -> None:
+        for library in self._linking_libraries:
+            self._reload_init.update(library._reload_init)
         self._finalized = True
+
+    def _get_module_for_linking(self) -> Any:
+        """The code with that of all functions that it calls, for a kernel that calls it."""
+        module, found, waiting = self._own_module().clone(), {self}, [self]
+        while waiting:
+            for library in waiting.pop()._linking_libraries:
+                if library in found:
+                    continue
+                found.add(library)
+                if isinstance(library, _Translation):
+                    waiting.append(library)
+                    module.link_in(library._own_module(), preserve=True)
+                else:
+                    module.link_in(library._get_module_for_linking(), preserve=True)
+        return module
+
+    def _own_module(self) -> Any:
+        return super()._get_module_for_linking()
