@@ -6,13 +6,12 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
-from numba import njit
+from numba import jit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
 
 __all__ = ["inner_function"]
-
 
 OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
 WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -41,7 +40,7 @@ class _InnerFunction(CPUDispatcher):  # type: ignore[misc]
     @cached_property
     def for_python(self) -> Any:
         """The same function with machine code of its own, which calls from Python use; only tests make such calls."""
-        return njit(**OPTIONS)(self.py_func)
+        return jit(**OPTIONS)(self.py_func)
 
     def _compile_for_args(self, *arguments: Any, **named: Any) -> Any:
         return self.for_python._compile_for_args(*arguments, **named)
