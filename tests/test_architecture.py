@@ -106,6 +106,7 @@ MAY_IMPORT_NUMBA = (
     "convexlayer/runtime/cached_kernel.py",
     "convexlayer/linalg/",
     "convexlayer/runtime/cpu_target.py",
+    "convexlayer/runtime/inner_function.py",
     "convexlayer/runtime/simd.py",
     "convexlayer/solvers/kernels.py",
     "convexlayer/sparse/",

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
-from numba import njit
+from numba import jit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.registry import CPUDispatcher
 
 __all__ = ["inner_function"]
-
 
 OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
 WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -41,7 +40,7 @@ class _InnerFunction(CPUDispatcher):  # type: ignore[misc]
     @cached_property
     def for_python(self) -> Any:
         """The same function with machine code of its own, which calls from Python use; only tests make such calls."""
-        return njit(**OPTIONS)(self.py_func)
+        return jit(**OPTIONS)(self.py_func)
 
     def _compile_for_args(self, *arguments: Any, **named: Any) -> Any:
         return self.for_python._compile_for_args(*arguments, **named)
@@ -62,11 +61,27 @@ class _Translator(Compiler):  # type: ignore[misc]
 
 
 class _Translation(JITCodeLibrary):  # type: ignore[misc]
-    """Code of an inner function in LLVM's intermediate language, and of those that it calls."""
+    """Code of an inner function in LLVM's intermediate language."""
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
+    def finalize(self) -> None:
+        for library in self._linking_libraries:
+            self._reload_init.update(library._reload_init)
         self._finalized = True
+
+    def _get_module_for_linking(self) -> Any:
+        """The code with that of all functions that it calls, for a kernel that calls it."""
+        module, found, waiting = self._own_module().clone(), {self}, [self]
+        while waiting:
+            for library in waiting.pop()._linking_libraries:
+                if library in found:
+                    continue
+                found.add(library)
+                if isinstance(library, _Translation):
+                    waiting.append(library)
+                    module.link_in(library._own_module(), preserve=True)
+                else:
+                    module.link_in(library._get_module_for_linking(), preserve=True)
+        return module
+
+    def _own_module(self) -> Any:
+        return super()._get_module_for_linking()

@@ -83,10 +83,7 @@ SHARES = (
     ("cones",),
     ("solvers",),
 )
-"""Parts and arguments of ``warm_up``, which one process each can compile, those that take longest first.
-
-Parts whose kernels take either one element or several at a time are compiled for one and for several.
-"""
+"""Parts and arguments of ``warm_up``, for a process each, those that take longest first; lanes are several elements."""
 
 MAX_PROCESSES = 4
 """Largest number of processes that compile at once: more would wait for the longest share."""

@@ -9,21 +9,23 @@ same line when it is done; it ends with its parent, whose end closes the pipe.
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, final
 
 __all__ = ["Share", "compile_here", "compile_in_processes", "serve"]
 
 Share = tuple[str, ...]
 """A module's name and the arguments of its ``warm_up``."""
 
-Start = Callable[..., "subprocess.Popen[Any]"]
-"""Starts a new interpreter that runs Python code, given options of ``subprocess.Popen``."""
+Start = Callable[..., Any]
+"""Starts a new interpreter that runs Python code, given options of ``subprocess.Popen``, which it returns."""
+
+logger = logging.getLogger(__name__)
 
 MAIN = f"from {__name__} import serve; serve()"
 
@@ -34,45 +36,69 @@ def compile_here(share: Share) -> None:
     importlib.import_module(module).warm_up(*arguments)
 
 
+@final
+class _Waiting:
+    """The shares that no process has taken."""
+
+    def __init__(self, shares: Sequence[Share]) -> None:
+        self._shares = list(shares)
+        self._lock = threading.Lock()
+
+    def take(self, previous: Share) -> Share | None:
+        """The first share with the arguments of the previous one, else the first."""
+        with self._lock:
+            if not self._shares:
+                return None
+            share = min(self._shares, key=lambda other: other[1:] != previous[1:])
+            self._shares.remove(share)
+            return share
+
+    def clear(self) -> None:
+        with self._lock:
+            self._shares.clear()
+
+
 def compile_in_processes(shares: Sequence[Share], count: int, start: Start) -> Iterator[Share]:
     """Compile shares, first those that come first, in at most ``count`` new processes.
 
     Yields:
         Each share when it is compiled; not those of a process that failed or ended early.
     """
-    waiting, done = deque(shares), SimpleQueue[Share | None]()
-    count = min(count, len(shares))
-    for _ in range(count):
-        process = start(MAIN, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        threading.Thread(target=_feed, args=(process, waiting, done), name="convexlayer-compile", daemon=True).start()
+    waiting, done = _Waiting(shares), SimpleQueue[Share | None]()
+    threads = [
+        threading.Thread(target=_feed, args=(start, waiting, done), name="convexlayer-compile", daemon=True)
+        for _ in range(min(count, len(shares)))
+    ]
+    for thread in threads:
+        thread.start()
     try:
-        while count:
+        working = len(threads)
+        while working:
             share = done.get()
             if share is None:
-                count -= 1
+                working -= 1
             else:
                 yield share
     finally:
         waiting.clear()
 
 
-def _feed(process: subprocess.Popen[str], waiting: deque[Share], done: SimpleQueue[Share | None]) -> None:
-    """Give shares to a process until none waits or it fails; None in ``done`` is the last word on it."""
-    previous: Share = ()
+def _feed(start: Start, waiting: _Waiting, done: SimpleQueue[Share | None]) -> None:
+    """Start a process and give it shares until none waits or it fails; None in ``done`` is the last word on it."""
     try:
-        while waiting:
-            share = min(waiting.copy(), key=lambda other: other[1:] != previous[1:])
-            waiting.remove(share)
-            previous = share
-            line = " ".join(share) + "\n"
-            print(line, end="", file=process.stdin, flush=True)
-            if process.stdout is None or process.stdout.readline() != line:
-                break
-            done.put(share)
-    except (ValueError, OSError):  # another thread took the share, or the process has ended
-        pass
+        with start(MAIN, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            share = waiting.take(())
+            while share is not None:
+                line = " ".join(share) + "\n"
+                process.stdin.write(line)
+                process.stdin.flush()
+                if process.stdout.readline() != line:
+                    break
+                done.put(share)
+                share = waiting.take(share)
+    except OSError as error:  # it did not start, or ended early
+        logger.info("a process that compiles kernels failed: %s", error)
     finally:
-        process.communicate()
         done.put(None)
 
 
@@ -81,4 +107,5 @@ def serve() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         compile_here(tuple(line.split()))
-        print(line, end="", file=answers, flush=True)
+        answers.write(line)
+        answers.flush()
