@@ -50,6 +50,7 @@ def test_paths_in_code_exist(page: str) -> None:
         "docker/first_key",
         "convexlayer/solvers/name_.py",
         "convexlayer/cones/name.py",
+        "convexlayer/cones/kernels/name.py",
         "convexlayer/interior_point/lanes/cones/name.py",
     )
     for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):

@@ -22,7 +22,7 @@ from convexlayer.solvers.registry import available
 from convexlayer_server import Settings, commands
 from convexlayer_server.store import Store, StoredProblem
 
-from .running import Wire, running
+from .running import Wire, eventually, running
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,7 +93,8 @@ class Served:
 
     def logged(self) -> list[dict[str, Any]]:
         """The records that it has logged."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        lines = self.log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def close(self) -> None:
         """Interrupt it, as the keyboard does."""
@@ -124,8 +125,12 @@ def test_serve(served: Served) -> None:
     assert served.status("/healthz") == 200
     assert served.status("/v1/problems") == 401
     assert served.status("/v1/problems", served.token) == 200
-    (line,) = [line for line in served.logged() if line.get("route") == "/v1/problems" and line["status"] == 200]
-    assert line["client"] == "127.0.0.1"
+
+    def answered() -> list[dict[str, Any]]:
+        return [line for line in served.logged() if line.get("route") == "/v1/problems" and line["status"] == 200]
+
+    eventually(answered)  # a line is written after its response
+    assert [line["client"] for line in answered()] == ["127.0.0.1"]
 
 
 def test_workers_without_compiled_kernels_warn(served: Served) -> None:
