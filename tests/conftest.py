@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 import hypothesis
+import hypothesis.strategies
 import pytest
 
 from convexlayer.runtime import kernel_cache, threads
@@ -37,6 +38,8 @@ def _compiled_kernels() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _frozen_modules() -> None:
     """Exempt what importing has made, millions of objects, from garbage collection, which benchmarks ask for often."""
+    # Hypothesis looks for the referrers of NumPy's and Python's generators when it first runs, and freezing hides them.
+    hypothesis.given(hypothesis.strategies.none())(lambda _: None)()
     gc.collect()
     gc.freeze()
 

@@ -65,7 +65,8 @@ class _Translation(JITCodeLibrary):  # type: ignore[misc]
 
     def finalize(self) -> None:
         for library in self._linking_libraries:
-            self._reload_init.update(library._reload_init)
+            if hasattr(library, "_reload_init"):  # not before Numba 0.62
+                self._reload_init.update(library._reload_init)
         self._finalized = True
 
     def _get_module_for_linking(self) -> Any:
