@@ -54,7 +54,7 @@ def block_table(kinds: tuple[BlockKind, ...], first_row: int = 0) -> BlockTable:
     starts = np.cumsum([first_row, *(kind.size for kind in kinds)]).tolist()
     Block = _kernels().Block
     blocks = [
-        (kind.cone, Block(start, kind.size, kind.order, 0, 0, int(kind.rank_two), kind.exponent))
+        (kind.cone, Block(0, start, kind.size, kind.order, 0, 0, int(kind.rank_two), kind.exponent))
         for start, kind in zip(starts, kinds, strict=False)
     ]
     fields, saved_size, basis_size = _kernels().table_of(blocks)

@@ -22,7 +22,7 @@ from convexlayer.diff.report import ACCURATE_SOLUTION, DerivativeReport
 from convexlayer.program import Array, ConeProgram, IndexArray, ProgramCotangent, max_norm
 from convexlayer.solution import BoolArray, Solution
 
-__all__ = ["ExactDifferentiator"]
+__all__ = ["ExactDifferentiator", "RelativeChange", "change_of_x", "rounding_signs"]
 
 RelativeChange = Callable[[Array, Array, Callable[[ConeProgram], tuple[Array, Array]]], Array]
 """Measure of relative change, see ``relative`` of ``ExactDifferentiator``."""
@@ -62,8 +62,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         self._program = program
         self._near = factor
         self._point = point or solution.complementary(program)
-        here = self._point
-        self._relative = relative or (lambda dx, dy, _: here.relative_change(dx, 0.0 * dy))
+        self._relative = relative or change_of_x(self._point)
 
     @cached_property
     def _factor(self) -> KKTFactor:
@@ -79,7 +78,7 @@ class ExactDifferentiator(AbstractDifferentiator):
         The estimate is a Newton step whose right-hand side includes the rounding errors of the residuals.
         """
         point, structure, factor = self._point, self._program.structure, self._factor
-        signs_x, signs_y = _signs(structure.n, structure.m)
+        signs_x, signs_y = rounding_signs(structure.n, structure.m)
         dual = point.dual + signs_x * point.scales.dual_rounding
         primal = point.primal + signs_y * point.scales.primal_rounding
         dx, dy = factor.newton_row_by_row(-dual, -primal)
@@ -263,8 +262,13 @@ class ExactDifferentiator(AbstractDifferentiator):
         return KKTFactor(self._system, self._program.select(index), derivative, point.scales.c)
 
 
+def change_of_x(point: ComplementaryPoint) -> RelativeChange:
+    """The default measure of relative change: that of x."""
+    return lambda dx, dy, _: point.relative_change(dx, 0.0 * dy)
+
+
 @lru_cache(maxsize=256)
-def _signs(n: int, m: int) -> tuple[Array, Array]:
-    """Fixed random signs (n,) and (m,)."""
+def rounding_signs(n: int, m: int) -> tuple[Array, Array]:
+    """Fixed random signs of the rounding errors of the residuals, (n,) and (m,)."""
     rng = np.random.default_rng(0)
     return rng.choice((-1.0, 1.0), n), rng.choice((-1.0, 1.0), m)

@@ -20,7 +20,7 @@ from convexlayer.diff.base import (
     whole_point,
     whole_program,
 )
-from convexlayer.diff.exact import ExactDifferentiator, RelativeChange
+from convexlayer.diff.exact import ExactDifferentiator, RelativeChange, change_of_x
 from convexlayer.diff.kkt_system import KKTFactor, KKTSystem
 from convexlayer.diff.report import ACCURATE, ACCURATE_SOLUTION, DerivativeReport
 from convexlayer.linalg import SINGULAR
@@ -46,11 +46,7 @@ def exact_differentiator(
     if system.lanes is None:
         return ExactDifferentiator(system, program, solution, factor=factor, point=point, relative=relative)
     point = point or solution.complementary(program)
-    return LaneDifferentiator(system, program, solution, point, relative or _change_of_x(point))
-
-
-def _change_of_x(point: ComplementaryPoint) -> RelativeChange:
-    return lambda dx, dy, _: point.relative_change(dx, 0.0 * dy)
+    return LaneDifferentiator(system, program, solution, point, relative or change_of_x(point))
 
 
 @final

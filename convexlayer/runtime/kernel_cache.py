@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 PACKAGE = Path(__file__).parents[1]
-SHARED_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cached_kernel.py", "inner_function.py", "simd.py"))
-"""Source files that all parts share: the decorators, with the compiler's flags, and the vectors of the lanes."""
+SHARED_SOURCES = tuple(map(Path(__file__).with_name, ("cached_kernel.py", "inner_function.py", "lanes.py", "simd.py")))
+"""Source files that all parts share: the decorators, with the compiler's flags, and the lanes."""
 
 _NOT_CODE = re.compile(rb'"""[\s\S]*?"""|#[^\n]*')
 

@@ -9,7 +9,7 @@ import numpy as np
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.runtime.inner_function import inner_function
 from convexlayer.sparse.products import EntriesOfSystem
-from convexlayer.sparse.residual_kernels import complementary_residuals, nan_max, relative_residuals
+from convexlayer.sparse.residual_kernels import complementary_residuals, nan_max, norm_of, relative_residuals
 from convexlayer.sparse.row_kernels import row_scales
 from convexlayer.sparse.structures import Entries, Floats, Integers, Positions, ProgramBlocks
 
@@ -74,7 +74,7 @@ def apply_program_map(
         _fill_block(entries, 4, rest, x[e], blocks.b[e])
         largest = 0.0
         if normalise:
-            largest = nan_max(_largest(P[e]), _largest(q[e]))
+            largest = nan_max(norm_of(P[e]), norm_of(q[e]))
         if largest == 0.0:
             scale[e] = 1.0
             continue
@@ -95,14 +95,6 @@ def _fill_block(entries: Entries, block: int, constant: Floats, x: Floats, out: 
     for p in range(entries.ends[block - 1] if block else 0, entries.ends[block]):
         out[entries.row[p]] += entries.value[p] * x[entries.column[p]]
     return constant[len(out) :]
-
-
-@inner_function
-def _largest(values: Floats) -> float:
-    largest = 0.0
-    for number in values:
-        largest = nan_max(largest, abs(number))
-    return largest
 
 
 @cached_kernel

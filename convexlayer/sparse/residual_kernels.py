@@ -17,6 +17,7 @@ __all__ = [
     "complementary_of_element",
     "complementary_residuals",
     "nan_max",
+    "norm_of",
     "relative_residuals",
     "residuals_of_element",
 ]
@@ -181,3 +182,12 @@ def residuals_of_element(
 def nan_max(largest: float, value: float) -> float:
     """The larger of two numbers; NaN if either is."""
     return largest if value <= largest or np.isnan(largest) else value
+
+
+@inner_function
+def norm_of(values: Floats) -> float:
+    """The maximum norm; NaN if an entry is."""
+    largest = 0.0
+    for value in values:
+        largest = nan_max(largest, abs(value))
+    return largest

@@ -11,11 +11,12 @@ from scipy.sparse.linalg import splu
 from convexlayer.linalg import choose_factoriser
 from convexlayer.linalg.dense.batched import DenseBackend
 from convexlayer.linalg.ldl import symbolic as symbolic_work
-from convexlayer.linalg.ldl.laned import LANES, LaneFactoriser
+from convexlayer.linalg.ldl.laned import LaneFactoriser
 from convexlayer.linalg.ldl.portable import PortableFactoriser
 from convexlayer.linalg.ldl.symbolic import Symbolic, minimum_degree
 from convexlayer.program import Array, Pattern
 from convexlayer.runtime import kernel_cache
+from convexlayer.runtime.lanes import LANES
 from convexlayer.runtime.threads import WORKERS
 
 from .matrices import FACTORISERS, SIGNS, M, N, quasi_definite, refined, times, upper_triangle

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from convexlayer.runtime.inner_function import inner_function
 
-__all__ = ["NEEDS_DISTANCE", "Block", "Blocks", "BlocksDerivative", "Floats", "block_at"]
+__all__ = ["INTEGER_FIELDS", "NEEDS_DISTANCE", "Block", "Blocks", "BlocksDerivative", "Floats", "block_at"]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +32,7 @@ class Block(NamedTuple):
     """A block of a curved cone.
 
     Attributes:
+        number: its position among the blocks.
         start: first row.
         size: number of rows.
         order: side length of a semidefinite block.
@@ -41,6 +42,7 @@ class Block(NamedTuple):
         exponent: exponent of a power cone.
     """
 
+    number: int
     start: int
     size: int
     order: int
@@ -50,12 +52,16 @@ class Block(NamedTuple):
     exponent: float
 
 
+INTEGER_FIELDS = len(Block._fields) - 1
+"""Number of integers of a block: all of its fields but the last."""
+
+
 class Blocks(NamedTuple):
     """The blocks of all cones of the table, in row order.
 
     Attributes:
         first: the first block of each cone, and the number of blocks, (cones + 1,).
-        integers: the fields of each ``Block`` but the last, (blocks, 6).
+        integers: the fields of each ``Block`` but the last, (blocks, INTEGER_FIELDS).
         exponents: the last field, (blocks,).
     """
 
@@ -82,4 +88,4 @@ class BlocksDerivative(NamedTuple):
 def block_at(blocks: Blocks, k: int) -> Block:
     """Block k."""
     row = blocks.integers[k]
-    return Block(row[0], row[1], row[2], row[3], row[4], row[5], blocks.exponents[k])
+    return Block(row[0], row[1], row[2], row[3], row[4], row[5], row[6], blocks.exponents[k])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from convexlayer.cones.kernels import exponential, power, psd, second_order
-from convexlayer.cones.kernels.block import Block, Blocks, BlocksDerivative, Floats, block_at
+from convexlayer.cones.kernels.block import INTEGER_FIELDS, Block, Blocks, BlocksDerivative, Floats, block_at
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.runtime.inner_function import inner_function
 
@@ -40,20 +40,20 @@ def table_of(blocks: Sequence[tuple[str, Block]]) -> tuple[Blocks, int, int]:
     starts = (np.cumsum([0, *sizes]) for sizes in (saved, basis))
     (saved_at, saved_size), (basis_at, basis_size) = ((ends[:-1], int(ends[-1])) for ends in starts)
     fields = [
-        block._replace(saved=at, basis=place)[:-1]
-        for (_, block), at, place in zip(blocks, saved_at.tolist(), basis_at.tolist(), strict=True)
+        block._replace(number=k, saved=at, basis=place)[:-1]
+        for k, ((_, block), at, place) in enumerate(zip(blocks, saved_at.tolist(), basis_at.tolist(), strict=True))
     ]
-    integers = np.array(fields, dtype=np.int64).reshape(len(fields), len(Block._fields) - 1)
+    integers = np.array(fields, dtype=np.int64).reshape(len(fields), INTEGER_FIELDS)
     exponents = np.array([block.exponent for _, block in blocks], dtype=np.float64)
     first = np.searchsorted(order, np.arange(len(names) + 1)).astype(np.int64)
     return Blocks(first, integers, exponents), saved_size, basis_size
 
 
-def _over_blocks(name: str) -> Any:
-    """The kernel ``(blocks, *arguments)`` that calls the function ``name`` of each cone for each of its blocks."""
+def _over_blocks(functions: Sequence[Any]) -> Any:
+    """The kernel ``(blocks, *arguments)`` that calls the function of each cone for each of its blocks."""
     loop = _nothing
-    for number, cone in reversed(list(enumerate(CONES.values()))):
-        loop = _loop(getattr(cone, name), number, loop)
+    for number, function in reversed(list(enumerate(functions))):
+        loop = _loop(function, number, loop)
     return loop
 
 
@@ -72,38 +72,21 @@ def _loop(function: Any, number: int, rest: Any) -> Any:
     return loop
 
 
-def _with_margin(margin: Any) -> Any:
+def _written(margin: Any) -> Any:
     @inner_function
-    def write(blocks: Blocks, k: int, w: Floats, y: Floats, saved: Floats, out: Floats) -> None:
-        out[k] = margin(block_at(blocks, k), w, y, saved)
+    def write(block: Block, w: Floats, y: Floats, saved: Floats, out: Floats) -> None:
+        out[block.number] = margin(block, w, y, saved)
 
     return write
 
 
-def _all_margins() -> Any:
-    loop = _nothing
-    for number, cone in reversed(list(enumerate(CONES.values()))):
-        loop = _margin_loop(_with_margin(cone.margin), number, loop)
-    return loop
-
-
-def _margin_loop(write: Any, number: int, rest: Any) -> Any:
-    @inner_function
-    def loop(blocks: Blocks, *arguments: Any) -> None:
-        for k in range(blocks.first[number], blocks.first[number + 1]):
-            write(blocks, k, *arguments)
-        rest(blocks, *arguments)
-
-    return loop
-
-
-project = _over_blocks("project")
+project = _over_blocks([cone.project for cone in CONES.values()])
 """The kernel ``(blocks, w, y, saved)``: the rows of y of all blocks."""
 
-derive = _over_blocks("derive")
+derive = _over_blocks([cone.derive for cone in CONES.values()])
 """The kernel ``(blocks, w, y, saved, derivative)``."""
 
-margins = _all_margins()
+margins = _over_blocks([_written(cone.margin) for cone in CONES.values()])
 """The kernel ``(blocks, w, y, saved, out)``: the margin of every block, (blocks,)."""
 
 
@@ -155,7 +138,7 @@ def derive_blocks(
 
 def warm_up() -> None:
     """Compile this package's kernels by calling them."""
-    blocks, saved, basis = table_of([("exponential", Block(0, 3, 0, 0, 0, 0, 0.0))])
+    blocks, saved, basis = table_of([("exponential", Block(0, 0, 3, 0, 0, 0, 0, 0.0))])
     w, y, kept = np.ones((1, 3)), np.ones((1, 3)), np.ones((1, saved))
     project_blocks(tuple(blocks), w, y, kept, 0, 1)
     derive_blocks(tuple(blocks), w, y, kept, (y.copy(), y.copy(), np.ones((1, basis))), np.ones((1, 1)), 0, 1)

@@ -11,6 +11,7 @@ import numpy as np
 from convexlayer.certificate import ComplementaryPoint, Scales
 from convexlayer.cones import ProductCone, product_cone
 from convexlayer.cones.compiled import BlockTable, block_table
+from convexlayer.diff.exact import rounding_signs
 from convexlayer.diff.lanes.derivative import CONDITION, ERROR, MARGIN, factor_groups, solve_groups
 from convexlayer.diff.lanes.layout import Sizes, pack_layout
 from convexlayer.diff.lanes.points import OF_ROWS, OF_VARIABLES
@@ -20,14 +21,12 @@ from convexlayer.linalg.ldl.symbolic import Symbolic
 from convexlayer.linalg.refined import power_start
 from convexlayer.program import Array, ConeProgram, Cones, IndexArray, Pattern, Structure
 from convexlayer.runtime.buffers import as_contiguous_float64, contiguous, empty
-from convexlayer.runtime.threads import WORKERS, parallel_for
+from convexlayer.runtime.lanes import LANES, batch_of_width, lanes_for
+from convexlayer.runtime.threads import parallel_for
 from convexlayer.solution import BoolArray
 from convexlayer.sparse import EntriesOfSystem, Point
 
 __all__ = ["LaneFactor", "LanePolished", "LaneSystem", "warm_up"]
-
-LANES = 8
-"""Elements per lane group: the doubles of an AVX-512 register. A group takes about as long as three single elements."""
 
 ENTRY_S, FLOP_S, ROW_S, SOLVE_S = 4e-8, 5e-10, 2e-8, 5e-9
 """Cost model of an element, for splitting a batch among threads: seconds per entry of K and L of a factorisation, per
@@ -127,7 +126,7 @@ class LaneSystem:
         n, m = structure.n, structure.m
         self._of_variables = [slice(k * n, (k + 1) * n) for k in OF_VARIABLES]
         self._of_rows = [slice(5 * n + k * m, 5 * n + (k + 1) * m) for k in OF_ROWS]
-        self._signs = np.random.default_rng(0).choice((-1.0, 1.0), structure.n + structure.m)
+        self._signs = np.concatenate(rounding_signs(n, m))
         self._start = power_start(unknowns)
 
     def polish(
@@ -146,7 +145,7 @@ class LaneSystem:
         batch, (n, m, *_) = len(given.x), self._sizes
         point = Point(*[np.array(v, dtype=np.float64, order="C") for v in given])
         rows, residuals, outcome = empty(batch, 5 * n + 8 * m), np.empty((batch, 7)), np.empty(batch, np.int64)
-        lanes = self._lanes(batch)
+        lanes = lanes_for(batch)
         values = contiguous(program.values)
         data = tuple(self._layout), self._symbolic.packed, values, program.r, tuple(point), eligible
 
@@ -169,7 +168,7 @@ class LaneSystem:
         """Factorise K at complementary points of a batch."""
         rows = _packed(point) if point.packed is None else point.packed
         batch, sizes, symbolic = len(rows), self._sizes, self._symbolic
-        lanes = self._lanes(batch)
+        lanes = lanes_for(batch)
         groups = -(-batch // len(lanes))
         entries = len(symbolic.plan.row) + symbolic.fill
         state = empty(groups, 3 * sizes.unknowns + entries, len(lanes))
@@ -206,10 +205,6 @@ class LaneSystem:
 
         parallel_for(some, len(factor.state), seconds_per_item=len(factor.lanes) * self._solve_s)
         return found
-
-    @staticmethod
-    def _lanes(batch: int) -> tuple[float, ...]:
-        return (0.0,) * (LANES if batch > 2 * WORKERS else 1)
 
     def _run(self, some: Callable[[int, int], Any], batch: int, seconds: float, *, timed: bool = False) -> None:
         """Call a kernel on ranges of a batch: one per thread or, with ``timed``, one per lane group."""
@@ -250,7 +245,7 @@ def warm_up(width: str) -> None:
     symbolic = Symbolic.of(upper, np.array([1.0, -1.0]))
     cone = product_cone(structure.cones)
     lanes = LaneSystem(structure, cone, block_table(()), positions, SystemColumns.joined([]), symbolic)
-    batch = 1 if width == "single" else 2 * WORKERS + 1
+    batch = batch_of_width(width)
     ones = np.ones((batch, 1))
     program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
     point = Point(ones, ones, ones)

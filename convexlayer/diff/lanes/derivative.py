@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer.cones.kernels.block import NEEDS_DISTANCE
+from convexlayer.cones.kernels.block import NEEDS_DISTANCE, block_at
 from convexlayer.cones.kernels.table import margins, project
 from convexlayer.cones.product import EIGENVALUE_FLOOR
 from convexlayer.diff.lanes.layout import (
-    BLOCK_INTEGERS,
     SINGLE_COLUMN,
     SINGLE_ROW,
     Layout,
@@ -46,11 +45,8 @@ from convexlayer.linalg.ldl.group import (
     estimate_condition,
     factor_group,
     group_at,
-    load_target,
-    new_row_work,
-    new_work,
-    refine_rows,
-    write_solution,
+    new_solve_scratch,
+    solve_group_by_rows,
 )
 from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.linalg.refined import MAX_REFINEMENTS
@@ -104,15 +100,9 @@ def factor_groups(
     sizes, (plan, source) = sizes_of(layout), unpack(packed)
     V, N, n, m, batch = len(lanes), sizes.unknowns, sizes.n, sizes.m, len(points)
     K, rhs, z, error = np.zeros((V, sizes.entries)), np.zeros((V, N)), np.zeros((V, N)), np.empty(V)
-    y, peak, target, rows, work = (
-        np.zeros((N, V)),
-        np.empty((N, V)),
-        np.empty((N, V)),
-        new_row_work(N, V),
-        new_work(N, V),
-    )
+    y, peak, solves = np.zeros((N, V)), np.empty((N, V)), new_solve_scratch(N, V)
     projection, saved, moved = np.zeros(m), np.empty(sizes.saved), new_derivatives(layout, 1)[0]
-    top, bottom, dw, block_margins = np.empty(n), np.empty(m), np.empty(m), np.empty(len(layout.exponents))
+    top, bottom, dw, block_margins = np.empty(n), np.empty((V, m)), np.empty(m), np.empty(len(layout.exponents))
     for number in range(first, last):
         count = min(V, batch - number * V)
         for v in range(count):
@@ -124,21 +114,18 @@ def factor_groups(
             margins(blocks_of(layout), w, projection, saved, block_margins)
             measures[e, MARGIN] = _relative_margin(layout, w, of_rows(point, sizes, SIZE), block_margins)
             write_system(layout, P[e], A[e], c, derivative, K[v])
-            _perturbed_residuals(layout, point, signs, top, bottom)
-            write_rhs(layout, top, bottom, -1.0, c, derivative, rhs[v])
+            _perturbed_residuals(layout, point, signs, top, bottom[v])
+            write_rhs(layout, top, bottom[v], -1.0, c, derivative, rhs[v])
         group = group_at(plan, state[number])
         factor_group(lanes, plan, source, K, 0, group, y, peak)
         store(peak, 0, estimate_condition(lanes, plan, start, group, peak))
         for v in range(count):
             measures[number * V + v, CONDITION] = peak[0, v]
-        finite = load_target(lanes, plan, rhs, 0, group.scale, target)
-        found = refine_rows(lanes, group.matrix, MAX_REFINEMENTS, target, rows, work)
-        write_solution(lanes, group, 0, finite, rows.answer, found, z, error)
+        solve_group_by_rows(lanes, group, rhs, 0, MAX_REFINEMENTS, solves, z, error)
         for v in range(count):
             e = number * V + v
             point = points[e]
-            _perturbed_residuals(layout, point, signs, top, bottom)
-            of_w = _write_step(layout, A[e], b[e], point, D[e], z[v], bottom, dw, steps[e])
+            of_w = _write_step(layout, A[e], b[e], point, D[e], z[v], bottom[v], dw, steps[e])
             w = of_rows(point, sizes, W)
             for i in range(m):
                 dw[i] = w[i] + dw[i]
@@ -163,13 +150,13 @@ def _perturbed_residuals(layout: Layout, point: Array, signs: Array, top: Array,
 @inner_function
 def _relative_margin(layout: Layout, w: Array, size: Array, of_blocks: Array) -> float:
     """The smallest margin relative to the size of its block; blocks of size 0 are ignored."""
-    sizes, integers, least = sizes_of(layout), part(layout, BLOCK_INTEGERS), np.inf
+    sizes, blocks, least = sizes_of(layout), blocks_of(layout), np.inf
     for i in range(sizes.zero, sizes.flat):
         if size[i] != 0.0:
             ratio = abs(w[i]) / size[i]
             least = ratio if ratio < least or np.isnan(ratio) else least
     for k in range(len(of_blocks)):
-        scale = size[integers[6 * k]]
+        scale = size[block_at(blocks, k).start]
         if scale != 0.0:
             ratio = of_blocks[k] / scale if of_blocks[k] != NEEDS_DISTANCE else np.nan
             least = ratio if ratio < least or np.isnan(ratio) else least
@@ -238,16 +225,14 @@ def solve_groups(
     sizes, (plan, _) = sizes_of(layout), unpack(packed)
     V, N, batch = len(lanes), sizes.unknowns, len(points)
     rhs, z, error = np.zeros((V, N)), np.zeros((V, N)), np.empty(V)
-    target, rows, work = np.empty((N, V)), new_row_work(N, V), new_work(N, V)
+    solves = new_solve_scratch(N, V)
     for number in range(first, last):
         count = min(V, batch - number * V)
         for v in range(count):
             e = number * V + v
             write_rhs(layout, top[e], bottom[e], 1.0, of_rows(points[e], sizes, C), D[e], rhs[v])
         group = group_at(plan, state[number])
-        finite = load_target(lanes, plan, rhs, 0, group.scale, target)
-        found = refine_rows(lanes, group.matrix, MAX_REFINEMENTS, target, rows, work)
-        write_solution(lanes, group, 0, finite, rows.answer, found, z, error)
+        solve_group_by_rows(lanes, group, rhs, 0, MAX_REFINEMENTS, solves, z, error)
         for v in range(count):
             e = number * V + v
             solution_of(layout, z[v], of_rows(points[e], sizes, C), D[e], l[e], v_out[e])

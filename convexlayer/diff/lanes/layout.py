@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convexlayer.cones.kernels.block import Blocks
+from convexlayer.cones.kernels.block import INTEGER_FIELDS, Blocks
 from convexlayer.diff.rows import BLOCK_FIELDS, SystemColumns
 from convexlayer.program import Array, IndexArray, Structure
 from convexlayer.runtime.inner_function import inner_function
@@ -19,7 +19,6 @@ from convexlayer.sparse import EntriesOfSystem
 from convexlayer.sparse.structures import Patterns
 
 __all__ = [
-    "BLOCK_INTEGERS",
     "DIAGONAL",
     "ENTRIES",
     "EXTRA",
@@ -152,7 +151,7 @@ def patterns_of(layout: Layout) -> Patterns:
 def blocks_of(layout: Layout) -> Blocks:
     """The blocks of curved cones."""
     integers = part(layout, BLOCK_INTEGERS)
-    return Blocks(part(layout, FIRST_BLOCK), integers.reshape(len(integers) // 6, 6), layout.exponents)
+    return Blocks(part(layout, FIRST_BLOCK), integers.reshape(len(layout.exponents), INTEGER_FIELDS), layout.exponents)
 
 
 @inner_function

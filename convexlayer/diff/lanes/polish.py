@@ -53,19 +53,12 @@ from convexlayer.diff.polish import (
     REBALANCED,
 )
 from convexlayer.diff.polish import PATIENCE as PATIENCE_STEPS
-from convexlayer.linalg.ldl.group import (
-    factor_group,
-    group_at,
-    load_target,
-    new_work,
-    refine,
-    write_solution,
-)
+from convexlayer.linalg.ldl.group import factor_group, group_at, new_solve_scratch, solve_group
 from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.program import Array, IndexArray
 from convexlayer.runtime.cached_kernel import cached_kernel
 from convexlayer.runtime.inner_function import inner_function
-from convexlayer.sparse.residual_kernels import nan_max, residuals_of_element
+from convexlayer.sparse.residual_kernels import norm_of, residuals_of_element
 from convexlayer.sparse.row_kernels import RowWork, element_of, new_row_work
 from convexlayer.sparse.structures import Point, Values
 
@@ -147,7 +140,7 @@ def polish_range(
     points, D = np.zeros((3 * V, point_size(sizes))), new_derivatives(layout, V)
     K, rhs, z, error = np.zeros((V, sizes.entries)), np.zeros((V, N)), np.zeros((V, N)), np.empty(V)
     group = group_at(plan, np.zeros((3 * N + len(plan.row) + len(plan.factor_row), V)))
-    y, peak, target, best, work = np.zeros((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), new_work(N, V)
+    y, peak, solves = np.zeros((N, V)), np.empty((N, V)), new_solve_scratch(N, V)
     scratch = Scratch(new_row_work(n, m), np.empty(n), np.empty(m), np.empty(m), np.empty(n), np.empty(m))
     counts, measures = np.full((V, 5), IDLE), np.zeros((V, 3))
     following = first
@@ -179,9 +172,7 @@ def polish_range(
         if not running:
             return
         factor_group(lanes, plan, source, K, 0, group, y, peak)
-        finite = load_target(lanes, plan, rhs, 0, group.scale, target)
-        least = refine(lanes, group.matrix, NEWTON_REFINEMENTS, target, best, work)
-        write_solution(lanes, group, 0, finite, best, least, z, error)
+        solve_group(lanes, group, rhs, 0, NEWTON_REFINEMENTS, solves, z, error)
         for v in range(V):
             e = counts[v, ELEMENT]
             if e == IDLE:
@@ -202,17 +193,8 @@ def _begin(v: int, e: int, x: Array, backward: float, steps: int, counts: IndexA
     """Load element e, whose point is the first of lane v, into the lane."""
     counts[v, ELEMENT], counts[v, HERE], counts[v, BEST] = e, 3 * v, 3 * v
     counts[v, PATIENCE], counts[v, STEPS] = PATIENCE_STEPS, steps
-    measures[v, BACKWARD], measures[v, LIMIT] = backward, MAX_GROWTH * max(_norm(x), 1.0)
+    measures[v, BACKWARD], measures[v, LIMIT] = backward, MAX_GROWTH * max(norm_of(x), 1.0)
     measures[v, SHORTEST] = np.inf
-
-
-@inner_function
-def _norm(x: Array) -> float:
-    """The maximum norm; NaN if an entry is."""
-    largest = 0.0
-    for value in x:
-        largest = nan_max(largest, abs(value))
-    return largest
 
 
 @inner_function
@@ -227,7 +209,7 @@ def _advance(
     here, there = points[h], points[t]
     change = _step(layout, values, here, there, D, z, scratch)
     backward = complete_point(layout, values, there)
-    astray = _norm(of_variables(there, sizes, X)) > measures[LIMIT]
+    astray = norm_of(of_variables(there, sizes, X)) > measures[LIMIT]
     if (backward < measures[BACKWARD] or backward <= POLISH_TOL) and not astray:
         counts[BEST], measures[BACKWARD] = t, backward
     if measures[BACKWARD] <= NEAR and not change < PROGRESS * measures[SHORTEST]:

@@ -13,14 +13,12 @@ from convexlayer.interior_point.lanes.plan import InteriorPointPlan
 from convexlayer.interior_point.lanes.termination import Limits
 from convexlayer.program import ConeProgram, Cones, Pattern, Structure
 from convexlayer.runtime.buffers import contiguous
-from convexlayer.runtime.threads import WORKERS, parallel_for
+from convexlayer.runtime.lanes import batch_of_width, lanes_for
+from convexlayer.runtime.threads import parallel_for
 from convexlayer.solution import Solution
 from convexlayer.status import Status
 
 __all__ = ["LanesInteriorPoint", "warm_up"]
-
-LANES = 8
-"""Elements solved together: the doubles of one AVX-512 register. They take about as long as three single elements."""
 
 STATUSES = (
     Status.OPTIMAL,
@@ -69,7 +67,7 @@ class LanesInteriorPoint:
         plan, batch = self._plan, program.batch
         n, m = self._structure.n, self._structure.m
         found = Solutions(*(np.full((batch, size), np.nan) for size in (n, m, m)), *np.zeros((2, batch), np.int64))
-        lanes = (0.0,) * (LANES if batch > 2 * WORKERS else 1)
+        lanes = lanes_for(batch)
         limits = Limits(TARGET_OVER_TOL * tol, tol, max_iter or MAX_ITER)
         data = Programs(*contiguous((program.P, program.q, program.A, program.b)))
         shared = (lanes, tuple(plan.layout), plan.packed, tuple(limits), tuple(data), tuple(found))
@@ -93,7 +91,7 @@ def warm_up(width: str) -> None:
     """
     one = Pattern((1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64))
     structure = Structure(one, one, Cones(nonnegative=1))
-    batch = 1 if width == "single" else 2 * WORKERS + 1
+    batch = batch_of_width(width)
     ones = np.ones((batch, 1))
     program = ConeProgram(structure, ones, ones, np.zeros(batch), -ones, -ones)
     LanesInteriorPoint(structure).solve(program, tol=1e-8)

@@ -40,17 +40,13 @@ from convexlayer.runtime.simd import absolute, any_lane, broadcast, load, maximu
 
 __all__ = [
     "Group",
-    "RowWork",
-    "Work",
+    "SolveScratch",
     "estimate_condition",
     "factor_group",
     "group_at",
-    "load_target",
-    "new_row_work",
-    "new_work",
-    "refine",
-    "refine_rows",
-    "write_solution",
+    "new_solve_scratch",
+    "solve_group",
+    "solve_group_by_rows",
 ]
 
 
@@ -68,9 +64,13 @@ class Group(NamedTuple):
     direction: Array
 
 
-class Work(NamedTuple):
-    """Vectors of a refinement, (N, V) each."""
+class SolveScratch(NamedTuple):
+    """Vectors of refined solves, (N, V) each."""
 
+    target: Array
+    best: Array
+    answer: Array
+    rest: Array
     x: Array
     step: Array
     product: Array
@@ -86,23 +86,12 @@ def group_at(plan: LanePlan, state: Array) -> Group:
 
 
 @inner_function
-def new_work(N: int, V: int) -> Work:
+def new_solve_scratch(N: int, V: int) -> SolveScratch:
     """Allocate the vectors."""
-    return Work(np.empty((N, V)), np.empty((N, V)), np.empty((N, V)))
-
-
-class RowWork(NamedTuple):
-    """Vectors of a row-wise refinement, (N, V) each."""
-
-    best: Array
-    answer: Array
-    rest: Array
-
-
-@inner_function
-def new_row_work(N: int, V: int) -> RowWork:
-    """Allocate the vectors."""
-    return RowWork(np.empty((N, V)), np.empty((N, V)), np.empty((N, V)))
+    return SolveScratch(
+        np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V)), np.empty((N, V)),
+        np.empty((N, V)),
+    )  # fmt: skip
 
 
 @inner_function
@@ -155,7 +144,38 @@ def estimate_condition(lanes: Any, plan: LanePlan, start: Array, group: Group, w
 
 
 @inner_function
-def load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Array, target: Array) -> Any:
+def solve_group(
+    lanes: Any, group: Group, rhs: Array, number: int, steps: int, scratch: SolveScratch, z: Array, residual: Array
+) -> None:
+    """Solve with iterative refinement, each lane until it makes no progress.
+
+    Args:
+        lanes: a tuple of V floats, whose length sets the number of lanes.
+        group: the group, factorised.
+        rhs: right-hand sides, (B, N).
+        number: number of the group, whose lanes have the rows from ``number`` V on.
+        steps: maximum number of solves with the factor.
+        scratch: scratch.
+        z: out, solutions, (B, N).
+        residual: out, relative residuals, (B,).
+    """
+    finite = _load_target(lanes, group.matrix.plan, rhs, number, group.scale, scratch.target)
+    least = _refine(lanes, group.matrix, steps, scratch.target, scratch.best, scratch)
+    _write_solution(lanes, group, number, finite, scratch.best, least, z, residual)
+
+
+@inner_function
+def solve_group_by_rows(
+    lanes: Any, group: Group, rhs: Array, number: int, steps: int, scratch: SolveScratch, z: Array, residual: Array
+) -> None:
+    """As ``solve_group``, with a small residual in every row; ``residual`` is the largest relative one of a row."""
+    finite = _load_target(lanes, group.matrix.plan, rhs, number, group.scale, scratch.target)
+    error = _refine_rows(lanes, group.matrix, steps, scratch)
+    _write_solution(lanes, group, number, finite, scratch.answer, error, z, residual)
+
+
+@inner_function
+def _load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Array, target: Array) -> Any:
     """Target <- S rhs, 0 in lanes where rhs is not finite; returns the mask of the finite lanes."""
     V, last = len(lanes), len(rhs) - 1
     for k in range(len(target)):
@@ -168,7 +188,7 @@ def load_target(lanes: Any, plan: LanePlan, rhs: Array, number: int, scale: Arra
 
 
 @inner_function
-def write_solution(
+def _write_solution(
     lanes: Any, group: Group, number: int, finite: Any, x: Array, error: Any, z: Array, residual: Array
 ) -> None:
     """Write z <- S x and the residuals, NaN in lanes whose right-hand side is not finite; overwrites x."""
@@ -184,9 +204,9 @@ def write_solution(
 
 
 @inner_function
-def refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Array, work: Work) -> Any:
+def _refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Array, scratch: SolveScratch) -> Any:
     """Best <- solutions of E x = target; returns their relative residuals."""
-    x, step, product = work.x, work.step, work.product
+    x, step, product = scratch.x, scratch.step, scratch.product
     N, size = len(target), broadcast(lanes, 0.0)
     for k in range(N):
         t = load(lanes, target, k)
@@ -215,31 +235,31 @@ def refine(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, best: Arra
 
 
 @inner_function
-def refine_rows(lanes: Any, matrix: LaneMatrix, steps: int, target: Array, rows: RowWork, work: Work) -> Any:
-    """rows.answer <- solutions of E x = target with small residuals in every row; returns the largest of each lane.
+def _refine_rows(lanes: Any, matrix: LaneMatrix, steps: int, scratch: SolveScratch) -> Any:
+    """scratch.answer <- solutions of E x = target with small residuals in every row; returns the largest of each lane.
 
-    As ``refine``, then the residual is refined while a row's residual exceeds ROW_ACCEPTED times the row's terms.
+    As ``_refine``, then the residual is refined while a row's residual exceeds ROW_ACCEPTED times the row's terms.
     """
-    best, answer, rest = rows.best, rows.answer, rows.rest
-    refine(lanes, matrix, steps, target, answer, work)
-    error = _row_residual(lanes, matrix, target, answer, rest, work)
+    target, best, answer, rest = scratch.target, scratch.best, scratch.answer, scratch.rest
+    _refine(lanes, matrix, steps, target, answer, scratch)
+    error = _row_residual(lanes, matrix, target, answer, rest, scratch)
     for _ in range(ROW_STEPS):
         rough = error > ROW_ACCEPTED
         if not any_lane(rough):
             break
         for k in range(len(target)):
             store(rest, k, where(rough, load(lanes, rest, k), 0.0))
-        refine(lanes, matrix, steps, rest, best, work)
+        _refine(lanes, matrix, steps, rest, best, scratch)
         for k in range(len(target)):
             store(answer, k, load(lanes, answer, k) + where(rough, load(lanes, best, k), 0.0))
-        error = _row_residual(lanes, matrix, target, answer, rest, work)
+        error = _row_residual(lanes, matrix, target, answer, rest, scratch)
     return error
 
 
 @inner_function
-def _row_residual(lanes: Any, matrix: LaneMatrix, target: Array, x: Array, out: Array, work: Work) -> Any:
+def _row_residual(lanes: Any, matrix: LaneMatrix, target: Array, x: Array, out: Array, scratch: SolveScratch) -> Any:
     """Out <- target - E x; returns its largest entry relative to the terms of its row (see ``refined``)."""
-    product, terms = work.product, work.step
+    product, terms = scratch.product, scratch.step
     multiply(lanes, matrix, x, product)
     magnitudes(lanes, matrix, x, terms)
     size = broadcast(lanes, 0.0)

@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from convexlayer.linalg.ldl import group as groups
 from convexlayer.linalg.ldl.group import (
     estimate_condition,
     factor_group,
     group_at,
-    load_target,
-    new_row_work,
-    new_work,
-    refine_rows,
-    write_solution,
+    new_solve_scratch,
+    solve_group,
+    solve_group_by_rows,
 )
 from convexlayer.linalg.ldl.lanes import Indices, unpack
 from convexlayer.program import Array
@@ -79,13 +76,9 @@ def refine(
         residual: out, relative residuals, (B,).
     """
     plan, _ = unpack(packed)
-    N, V = len(plan.signs), len(lanes)
-    target, best, work = np.empty((N, V)), np.empty((N, V)), new_work(N, V)
+    scratch = new_solve_scratch(len(plan.signs), len(lanes))
     for number in range(first, last):
-        group = group_at(plan, state[number])
-        finite = load_target(lanes, plan, rhs, number, group.scale, target)
-        least = groups.refine(lanes, group.matrix, steps, target, best, work)
-        write_solution(lanes, group, number, finite, best, least, z, residual)
+        solve_group(lanes, group_at(plan, state[number]), rhs, number, steps, scratch, z, residual)
 
 
 @cached_kernel
@@ -114,10 +107,6 @@ def refine_row_by_row(
         residual: out, largest row-wise relative residual of each element, (B,).
     """
     plan, _ = unpack(packed)
-    N, V = len(plan.signs), len(lanes)
-    target, rows, work = np.empty((N, V)), new_row_work(N, V), new_work(N, V)
+    scratch = new_solve_scratch(len(plan.signs), len(lanes))
     for number in range(first, last):
-        group = group_at(plan, state[number])
-        finite = load_target(lanes, plan, rhs, number, group.scale, target)
-        error = refine_rows(lanes, group.matrix, steps, target, rows, work)
-        write_solution(lanes, group, number, finite, rows.answer, error, z, residual)
+        solve_group_by_rows(lanes, group_at(plan, state[number]), rhs, number, steps, scratch, z, residual)

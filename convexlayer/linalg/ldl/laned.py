@@ -21,12 +21,10 @@ from convexlayer.linalg.refined import (
 )
 from convexlayer.program import Array, IndexArray, Pattern, max_norm
 from convexlayer.runtime.buffers import as_contiguous_float64, empty
-from convexlayer.runtime.threads import WORKERS, parallel_for
+from convexlayer.runtime.lanes import LANES, batch_of_width, lanes_for
+from convexlayer.runtime.threads import parallel_for
 
 __all__ = ["LaneFactoriser", "warm_up"]
-
-LANES = 8
-"""Elements per lane group: the doubles of an AVX-512 register. A group takes about as long as three single elements."""
 
 FACTOR_S, REFINE_S = 4e-8, 1.5e-8
 """Cost model of a lane group, for splitting work among threads: seconds per entry of E and L of a factorisation and of
@@ -62,9 +60,9 @@ class _LaneFactor(StoredFactor):
         super().__init__(system.pattern)
         symbolic, batch = system.symbolic, len(values)
         self._system = system
-        width = LANES if batch > 2 * WORKERS else 1
+        self._lanes = lanes_for(batch)
+        width = len(self._lanes)
         self._values, self._packed, self._permutation = values, symbolic.packed, symbolic.plan.permutation
-        self._lanes = (0.0,) * width
         self._groups = -(-batch // width)
         self._entries = len(symbolic.plan.row) + symbolic.fill
         self._state = empty(self._groups, 3 * len(system.start) + self._entries, width)
@@ -138,7 +136,7 @@ def warm_up(width: str) -> None:
     """Compile this package's kernels by calling them, for a ``single`` element or several in ``lanes``."""
     diagonal = Pattern((2, 2), np.arange(2), np.arange(2))
     factoriser = LaneFactoriser(diagonal, np.ones(2))
-    batch = 1 if width == "single" else 2 * WORKERS + 1
+    batch = batch_of_width(width)
     factor = factoriser.factor(np.ones((batch, 2)))
     factor.refine(np.ones((batch, 2)))
     factor.refine_row_by_row(np.ones((batch, 2)))
